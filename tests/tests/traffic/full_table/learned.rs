@@ -20,7 +20,8 @@ use tests::transfer::Server;
 use tests::{Family, client, cmd, doctor, status, transfer};
 
 use super::upstream::{
-    api_servers, connect, host_to_vip, is_too_old, none_is_tracked, others_are_tracked, sources,
+    api_servers, connect, host_to_vip, none_is_tracked, others_are_tracked, sources,
+    with_api_servers,
 };
 use super::{BYTES, TIMEOUT, fill, works_on};
 
@@ -43,12 +44,7 @@ fn learn(node: &Node) -> Result<Vec<SocketAddr>> {
 }
 
 fn everything_is_learned(args: &[&str], has_service: bool) {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         let _agent = node.start_agent(args)?;
         ensure!(status::learns_not(node)? == "no_listener");
@@ -88,12 +84,7 @@ fn api_servers_are_learned_with_nftables() {
 /// The proxy's connections are older than the agent, and it opens no new one before the table is full.
 #[test]
 fn connections_that_are_older_than_the_agent_count() {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         node.add_vips("lo")?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
@@ -125,12 +116,7 @@ fn other_server(family: Family) -> SocketAddr {
 
 #[test]
 fn another_upstream_cgroup_or_agent_is_followed() {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         node.uplink.ip("address add 192.168.100.2/24 dev node\n\
              address add fd00:100::2/64 dev node nodad\n")?;
         let [four, six] =
@@ -177,12 +163,7 @@ fn company(cgroup: &Cgroup) -> Result<Process> {
 
 #[test]
 fn nothing_is_learned_from_a_cgroup_with_more_than_the_proxy() {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         let _agent = node.start_agent(&["--backend=nftables", "--sync-interval=1s"])?;
         let company = company(&cgroup)?;

@@ -16,14 +16,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::cgroup::Cgroup;
 use tests::cmd::Process;
-use tests::kubeproxy::KubeProxy;
 use tests::manifests::Tool;
 use tests::netns::Netns;
-use tests::node::{API_PORT, Node, Topology, api_server, gateway_address};
+use tests::node::{API_PORT, Node, api_server, gateway_address};
 use tests::proxy::listening;
 use tests::{Family, PORT, cmd, conntrack, status};
 
-use super::upstream::{api_servers, connect, host_to_vip, is_too_old, none_is_tracked, sources};
+use super::upstream::{connect, host_to_vip, none_is_tracked, sources, with_api_servers};
 use super::{TIMEOUT, fill};
 
 const NAME: &str = "apiserver.example";
@@ -178,12 +177,7 @@ fn envoy(node: &Node, cgroup: &Cgroup, mut command: Command) -> Result<Process> 
 
 /// The proxy continues with the addresses that it resolved before the table was full, whether DNS works or not.
 fn goes_on_with_the_last_answer(start: impl Fn(&Node, &Cgroup) -> Result<Process>) {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let name_server = NameServer::start(&node.uplink)?;
         let cgroup = node.cgroup("one")?;
         let _agent = node.start_agent(&["--backend=nftables"])?;

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::ensure;
-use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology, api_server};
 use tests::proxy::Proxy;
 use tests::{Family, client, conntrack, status, transfer};
 
 use super::upstream::{
     api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync, sources,
+    with_api_servers,
 };
 use super::{BYTES, TIMEOUT};
 
@@ -40,12 +40,7 @@ fn node_port(family: Family) -> SocketAddr {
 /// With `rules` in a nat table the proxy connects to `server`, tracked. Each connection works at once, and none waits
 /// for a retransmitted SYN. Without them it connects to the API server directly, and such connections are untracked.
 fn stays_tracked(rules: &str, server: fn(Family) -> SocketAddr) {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         node.netns.feed(
             "nft -f -",

@@ -32,6 +32,18 @@ pub(super) fn api_servers(node: &Node) -> Result<[Server; 2]> {
     Ok([four?, six?])
 }
 
+/// Runs a test on a node with kube-proxy and API servers at the other end of the uplink, unless the kernel is too old.
+pub(super) fn with_api_servers(test: impl FnOnce(&mut Node) -> Result<()>) {
+    if is_too_old() {
+        return;
+    }
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        test(node)
+    });
+}
+
 /// Returns the entries of the API server in the node's table.
 pub(super) fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entry>> {
     let mut entries = conntrack::list_all(&node.netns, family)?;
@@ -104,12 +116,7 @@ pub(super) fn others_are_tracked(node: &Node) -> Result<Vec<SocketAddr>> {
 }
 
 fn the_way_on_works(args: &[&str], has_service: bool) {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroups = [node.cgroup("one")?, node.cgroup("two")?];
         let agent = node.start_agent(&[args, &[UPSTREAM]].concat())?;
         let proxy = Proxy::start_to(node, &cgroups[0], api_server)?;
@@ -199,12 +206,7 @@ const ONLY_TRANSLATED: &str = "\
 /// every later connection at once. Without the NAT, connections to the endpoint are untracked again.
 #[test]
 fn a_translated_way_stays_tracked_and_works() {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         node.netns
             .exec("ip address add 192.168.100.11/24 dev eth0")?;
@@ -285,12 +287,7 @@ const RULES: &str = "nft list chain ip proxy-agent proxy_output";
 /// A stream through the proxy continues, whatever happens to the agent and its tables.
 #[test]
 fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         let args = ["--backend=nftables", UPSTREAM];
         let agent = node.start_agent(&args)?;
@@ -391,12 +388,7 @@ fn connections_of_separate_tables_become_tracked_without_the_rules() {
 
 /// Opens a connection, and replaces the tables by those of version 0.2.0 and the agent by one with these arguments.
 fn upgraded(after: &[&str], check: impl Fn(&Node) -> Result<()>) {
-    if is_too_old() {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install(&node.netns)?;
-        let _servers = api_servers(node)?;
+    with_api_servers(|node| {
         let cgroup = node.cgroup("one")?;
         let agent = node.start_agent(&["--backend=nftables", UPSTREAM])?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
